@@ -432,14 +432,14 @@ class CurveAnswer:
         met = self._met()
         estimate = self._median_and_interval(images)
         never = (
-            f"with a probability of {_percent(1 - images.probability_reachable)}, no number of "
+            f"With a probability of {_percent(1 - images.probability_reachable)}, no number of "
             "images reaches it."
         )
+        is_likely = images.probability_reachable >= LIKELY_REACHABLE
+        about_target = [*estimate, never] if is_likely else [never, *estimate]
         if np.isfinite(images.assured):
             assured = f"{_rounded_up(images.assured)} images reach it {sure}."
-            sentences = [assured, *met, *estimate, never]
-            if images.probability_reachable < LIKELY_REACHABLE:
-                sentences = [assured, *met, never, *estimate]
+            sentences = [assured, *met, *about_target]
         else:
             # No train size is a plan here, so the answer begins with what is known.
             at_limit = (
@@ -447,15 +447,13 @@ class CurveAnswer:
                 f"{_percent(images.probability_at_limit)}."
             )
             advice = f"Train with {number(2 * self.largest_size)} images, and predict again."
-            sentences = [*met, *estimate, never, at_limit, advice]
-            if images.probability_reachable < LIKELY_REACHABLE:
+            if not is_likely:
                 advice = (
                     "Choose an easier target or another network, or train with "
                     f"{number(2 * self.largest_size)} images and predict again."
                 )
-                sentences = [never, at_limit, *met, *estimate, advice]
-        first, *others = sentences
-        return " ".join([f"For {goal}: {first[0].lower()}{first[1:]}", *map(_capitalized, others)])
+            sentences = [*met, *about_target, at_limit, advice]
+        return f"For {goal}: {' '.join(sentences)}"
 
     def _met(self) -> list[str]:
         """Return sentences on a measured score that meets the target; empty if none does."""
@@ -509,11 +507,6 @@ class CurveAnswer:
         if has_high:
             return f"{interval} ends at {_rounded_up(images.high)}"
         return f"{interval} has no bounds"
-
-
-def _capitalized(sentence: str) -> str:
-    """Return a sentence with a capital first letter. Other letters are not changed."""
-    return sentence[0].upper() + sentence[1:]
 
 
 def _rounded_up(size: float) -> str:

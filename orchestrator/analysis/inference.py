@@ -248,8 +248,8 @@ def ols(y: Array, x: Array) -> tuple[Array, Array, int] | None:
     """Regress y (G,) on x (G, q) with an intercept, by ordinary least squares.
 
     Returns:
-        Slopes ``(q,)``, their standard errors ``(q,)`` and the degrees of freedom. None if the
-        slopes are not identified.
+        Slopes ``(q,)``, their standard errors ``(q,)`` and the degrees of freedom. None if there
+        are too few values, or if a column of x depends linearly on the others.
     """
     design = np.column_stack([np.ones(len(y)), x])
     degrees = len(y) - design.shape[1]

@@ -350,11 +350,11 @@ class ExperimentPower:
                 "share, because this interval is wider than the t interval over base datasets"
             )
         return (
-            f"Power with {self.num_worlds} base datasets, if the true slope is {self.slope:g} "
-            f"and every condition passes its checks: {in_hundred(self.from_none)} such "
-            f"experiments distinguish the slope from 0, and {in_hundred(self.from_law)} "
-            f"distinguish it from the law's 1. The interval is about ±{self.half_width:.2f}. "
-            f"It {method}."
+            f"Power with {self.num_worlds} base datasets: suppose the true slope is "
+            f"{self.slope:g} and every condition passes its checks. Then "
+            f"{in_hundred(self.from_none)} such experiments find a slope different from 0, and "
+            f"{in_hundred(self.from_law)} find one different from the law's 1. "
+            f"The interval is about ±{self.half_width:.2f}. It {method}."
         )
 
 

@@ -298,7 +298,8 @@ def application() -> App:
     """Return the parser of all commands. It is created only once."""
     app = _App(
         name="isweep",
-        help="Explain how a dataset's intrinsic properties decide what networks learn from it.",
+        help="Measure how networks learn from a dataset, and how this depends on its intrinsic "
+        "properties.",
         help_format="plaintext",
         help_formatter=_print_panel,
         version=lambda: f"isweep {metadata.version('isweep')}",

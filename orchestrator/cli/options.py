@@ -155,8 +155,8 @@ Png = Annotated[Path | None, ending(".png")]
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=(1, None), metavar="NAME...")]
 Sizes = Annotated[tuple[int, ...], whole(1), Parameter(consume_multiple=(1, None), metavar="N...")]
 _SWEEP = (
-    "Name of a preset, name of a sweep of the root, or path of a sweep file. isweep uses a sweep "
-    "of the root as it last ran."
+    "Name of a preset, path of a sweep file, or name of a sweep in the root. For a name, "
+    "isweep uses the settings of the sweep's last run."
 )
 Sweep = Annotated[str, Parameter(name="SWEEP", help=_SWEEP)]
 FromStore = Annotated[bool, Parameter(help="Do not compare the results with MLflow.")]

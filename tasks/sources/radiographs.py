@@ -299,7 +299,7 @@ def _read_slices(table: str, request: RawRequest) -> tuple[dict[str, SliceLabels
         rows = plural(num_invalid, "row")
         raise request.error(
             f"in {rows} of the table {RSNA_TABLE}, the ID is not ID_<hex>_<subtype>, the "
-            "label is not 0 or 1, or a slice has two labels",
+            "label is not 0 or 1, or a slice has two labels for one subtype",
             hint=TABLE_AGAIN,
         )
     differing = [slice_id for slice_id, labels in slices.items() if _contradicts_itself(labels)]

@@ -123,7 +123,7 @@ class Effect:
 
     @property
     def smaller_than_half(self) -> bool:
-        """True if the whole interval is closer to 0 than half the law's rate."""
+        """True if the whole interval lies between −½ and +½ of the law's rate."""
         if self.interval is None:
             return False
         bound = SMALL_SHARE * abs(self.theory)

@@ -763,8 +763,8 @@ def test_an_uncertain_target_gets_a_median_estimate_and_a_lower_bound():
 @pytest.mark.parametrize(
     ("target", "opening", "advice"),
     [
-        (0.5, "For a test loss of 0.5: if the target is reached", "Train with 800 images"),
-        (0.2, "For a test loss of 0.2: with a probability of", "Choose an easier target"),
+        (0.5, "For a test loss of 0.5: If the target is reached", "Train with 800 images"),
+        (0.2, "For a test loss of 0.2: With a probability of", "Choose an easier target"),
     ],
 )
 def test_a_target_without_a_plan_begins_with_what_is_more_likely(target, opening, advice):

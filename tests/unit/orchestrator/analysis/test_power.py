@@ -179,7 +179,7 @@ def test_conditions_of_an_experiment_are_not_counted_as_datasets():
     ]
     plan_power = planned_power(plan, num_tables=4)
     assert plan_power.experiment.num_worlds == 6
-    conditions = "Power with 6 base datasets, if the true slope is 1 and every condition passes"
+    conditions = "Power with 6 base datasets: suppose the true slope is 1 and every condition"
     assert conditions in plan_power.lines()[0]
     assert plan_power.experiment.slope == 1
 
