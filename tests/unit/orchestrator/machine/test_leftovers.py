@@ -158,6 +158,14 @@ def test_a_worker_that_starts_during_the_search_is_killed_too(temp_folder, monke
     assert not Path(folder).parent.exists()
 
 
+@pytest.fixture
+def default_ctrl_c():
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("default_ctrl_c")
 def test_a_second_ctrl_c_does_not_interrupt_the_removal(temp_folder, monkeypatch):
     remove_tree = shutil.rmtree
 
