@@ -15,9 +15,11 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from orchestrator.machine.signals import delay_stop
 from orchestrator.machine.watch import at_forced_end
 from orchestrator.planning.paths import RootPaths
 
@@ -49,6 +51,11 @@ environment variables."""
 RAY_TITLE = b"ray::"
 """Beginning of the process title of a Ray worker. The title replaces the worker's command
 line."""
+KILL_WITHIN_S = 10.0
+"""Largest number of seconds that the search for processes of a cluster takes. A process that waits
+for a disk or a GPU ends only after its wait."""
+SEARCH_AGAIN_AFTER_S = 0.01
+"""Seconds between two searches for these processes."""
 
 
 def parent_folder() -> Path:
@@ -117,32 +124,51 @@ def private_folder() -> Iterator[str]:
     locks a file in the outer folder. A file with a process id would not be enough: another
     container, with other process ids, may use the same temporary folder.
     """
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent_folder()))
-    with open(folder / OWNER_FILE, "w", encoding="utf-8") as owner:
-        fcntl.flock(owner, fcntl.LOCK_EX)
-        try:
+    with contextlib.ExitStack() as stack:
+        with delay_stop():
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent_folder()))
+            owner = stack.enter_context(open(folder / OWNER_FILE, "w", encoding="utf-8"))
+            fcntl.flock(owner, fcntl.LOCK_EX)
+            # The folder is removed after its processes were killed. A Ray process that is just
+            # starting would make the folder again, readable for everybody.
+            stack.callback(_remove_folder_completely, folder)
             (folder / SESSIONS).mkdir()
-            with at_forced_end(lambda: THIS_MACHINE.remove_folder(folder)):
-                yield str(folder / SESSIONS)
-        finally:
-            # The folder is removed here after its processes were killed. A Ray process that is
-            # just starting would make the folder again, readable for everybody.
-            THIS_MACHINE.remove_folder(folder)
+        with at_forced_end(lambda: THIS_MACHINE.remove_folder(folder)):
+            yield str(folder / SESSIONS)
+
+
+def _remove_folder_completely(folder: Path) -> None:
+    """Remove the folder of this run's cluster. A second Ctrl-C does not interrupt the
+    removal.
+    """
+    with delay_stop():
+        THIS_MACHINE.remove_folder(folder)
 
 
 def _kill_processes(folder: Path, belongs_to: Callable[[Path, Path], bool]) -> None:
-    """Kill this user's processes that belong to a private cluster's folder.
+    """Kill this user's processes that belong to a private cluster's folder, until there are
+    none.
+
+    One search may miss a process: a Ray process may start a worker after the search has passed
+    the worker's number. This worker would make the folder again after its removal.
 
     Args:
         folder: outer folder of the cluster.
         belongs_to: function that returns whether a process belongs to the folder. Its
             arguments are the folder of the process in ``/proc``, and ``folder``.
     """
-    for process in Path("/proc").glob("[0-9]*"):
-        # An error means that the process has ended meanwhile.
-        with contextlib.suppress(OSError):
-            if process.stat().st_uid == os.geteuid() and belongs_to(process, folder):
-                os.kill(int(process.name), signal.SIGKILL)
+    give_up_at = time.monotonic() + KILL_WITHIN_S
+    while time.monotonic() < give_up_at:
+        num_killed = 0
+        for process in Path("/proc").glob("[0-9]*"):
+            # An error means that the process has ended meanwhile.
+            with contextlib.suppress(OSError):
+                if process.stat().st_uid == os.geteuid() and belongs_to(process, folder):
+                    os.kill(int(process.name), signal.SIGKILL)
+                    num_killed += 1
+        if num_killed == 0:
+            return
+        time.sleep(SEARCH_AGAIN_AFTER_S)
 
 
 def _belongs_to_ray(process: Path, folder: Path) -> bool:

@@ -90,8 +90,8 @@ def caused_by_stop(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def delay_stop() -> Iterator[None]:
-    """Delay a stop until the end of a ``with`` block that imports modules. An interrupted
-    import would leave an incomplete module.
+    """Delay a stop until the end of a short ``with`` block that must not be interrupted, for
+    example an import: it would leave an incomplete module.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

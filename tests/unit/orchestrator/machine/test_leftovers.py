@@ -1,6 +1,8 @@
 """A run removes what a killed run left, but nothing of a live run or another program."""
 
+import contextlib
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -136,3 +138,45 @@ def test_a_worker_whose_command_line_is_only_a_title_is_found_by_its_log(temp_fo
         assert process.poll() is None
         process.kill()
         process.wait()
+
+
+def test_a_worker_that_starts_during_the_search_is_killed_too(temp_folder, monkeypatch):
+    kill = os.kill
+    late_workers = []
+
+    def start_worker_and_kill(process_id, number):
+        if not late_workers:  # a raylet may start a worker until it is dead
+            late_workers.append(start_process_of(Path(folder)))
+        kill(process_id, number)
+
+    with private_folder() as folder:
+        raylet = start_process_of(Path(folder))
+        monkeypatch.setattr(os, "kill", start_worker_and_kill)
+    for process in (raylet, *late_workers):
+        assert process.wait(timeout=10) == -signal.SIGKILL
+    assert len(late_workers) == 1
+    assert not Path(folder).parent.exists()
+
+
+@pytest.fixture
+def default_ctrl_c():
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("default_ctrl_c")
+def test_a_second_ctrl_c_does_not_interrupt_the_removal(temp_folder, monkeypatch):
+    remove_tree = shutil.rmtree
+
+    def press_ctrl_c_and_remove(path, **options):
+        signal.raise_signal(signal.SIGINT)
+        remove_tree(path, **options)
+
+    stack = contextlib.ExitStack()
+    folder = Path(stack.enter_context(private_folder()))
+    monkeypatch.setattr(shutil, "rmtree", press_ctrl_c_and_remove)
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        stack.close()
+    assert not folder.exists()
+    assert not list(temp_folder.iterdir())
